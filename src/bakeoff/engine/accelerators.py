@@ -127,15 +127,14 @@ class Switches:
 
     def conflicts(self) -> dict[str, str]:
         """Return the accelerators that conflict with others that are on, with the reasons."""
-        fused = {"fused": "the compiler fuses these layers itself"} if self.compile else {}
+        why = {}
+        if self.compile:
+            why["fused"] = "the compiler fuses these layers itself"
         if self.micro_tokens is not None:
-            return fused | {
-                "graphs": "micro_tokens cuts steps into passes of too many shapes to capture"
-            }
-        if self.checkpointing:
-            why = "checkpointing keeps the random state of each layer on the host"
-            return fused | {"graphs": why}
-        return fused
+            why["graphs"] = "micro_tokens cuts steps into passes of too many shapes to capture"
+        elif self.checkpointing:
+            why["graphs"] = "checkpointing keeps the random state of each layer on the host"
+        return why
 
 
 class SwitchDefault(NamedTuple):

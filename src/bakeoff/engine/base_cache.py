@@ -10,16 +10,17 @@ another seed's base is the kept one with a few other tensors.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from bakeoff.core.context import set_in_block
 from bakeoff.engine.quantization import is_packed, mixes_rows
 
 SMALL_BYTES = 1 << 30
@@ -97,15 +98,9 @@ class BaseCache:
 _active: ContextVar[BaseCache | None] = ContextVar("base_cache", default=None)
 
 
-@contextlib.contextmanager
-def cache_base(cache: BaseCache | None = None) -> Iterator[BaseCache]:
+def cache_base(cache: BaseCache | None = None) -> AbstractContextManager[BaseCache]:
     """Keep the base loaded between the jobs in the block, in ``cache`` or a new one."""
-    cache = cache or BaseCache()
-    token = _active.set(cache)
-    try:
-        yield cache
-    finally:
-        _active.reset(token)
+    return set_in_block(_active, cache or BaseCache())
 
 
 def load_cached(

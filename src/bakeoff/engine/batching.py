@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
 from bakeoff.engine.accelerators import Switches
 from bakeoff.engine.batch_order import step_indices
-from bakeoff.engine.device import autocast
+from bakeoff.engine.device import autocast, device_type
 from bakeoff.engine.fused_layers import fuse_frozen_layers
 from bakeoff.engine.lanes.dropout import StepPart
 from bakeoff.engine.lanes.lanes import Lanes
@@ -176,7 +177,7 @@ class BatchBuilder:
     @property
     def row_multiple(self) -> int:
         """The size that packed rows are rounded up to a multiple of."""
-        return ROW_MULTIPLE[self.device.split(":", maxsplit=1)[0]]
+        return ROW_MULTIPLE[device_type(self.device)]
 
     def training_steps(
         self,
@@ -442,8 +443,8 @@ def worthwhile_buckets(sizes: Sequence[int], n_steps: int, multiple: int) -> int
     def steps(count: int) -> float:
         """Return the time of captures and padding, in replayed steps."""
         chosen = choose_buckets(sizes, count, multiple)
-        padded = sum(pick_bucket(n, chosen) - n for n in sizes)
-        return count * CAPTURE_STEPS + n_steps * padded / whole
+        padded = np.take(chosen, np.searchsorted(chosen, sizes)).sum() - whole
+        return float(count * CAPTURE_STEPS + n_steps * padded / whole)
 
     return min(range(1, GRAPH_SHAPES + 1), key=steps)
 

@@ -82,7 +82,7 @@ class StepGraphs:
         # otherwise become part of the capture. Without the optimizer, no parameter changes.
         # One stream for all captures: cuBLAS keeps a workspace for each, 32 MiB on an H200.
         if self._warm_up_stream is None:
-            self._warm_up_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._warm_up_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # no types
         side_stream = self._warm_up_stream
         side_stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side_stream):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import logging
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +17,8 @@ from torch import nn
 
 from bakeoff.core.errors import PreflightError
 from bakeoff.engine.quantization import is_packed
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -58,10 +61,15 @@ def cpu_has_bf16() -> bool:
     return any(bool(getattr(torch.cpu, p, lambda: False)()) for p in probes)
 
 
+def device_type(device: str) -> str:
+    """Return ``cpu`` or ``cuda``, without an index."""
+    return device.split(":", maxsplit=1)[0]
+
+
 def autocast(device: str, precision: str) -> AbstractContextManager[object]:
     """Return the context in which forward passes run."""
     if precision == "bf16":
-        return torch.autocast(device.split(":", maxsplit=1)[0], torch.bfloat16)
+        return torch.autocast(device_type(device), torch.bfloat16)
     return nullcontext()
 
 
@@ -73,8 +81,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in text or "out of memory" in text
 
 
-def retry_with_half(work: Callable[[int], Result], rows: int) -> Result:
-    """Return ``work(rows)``; when memory runs out, restart it with half the rows."""
+def retry_with_half(work: Callable[[int], Result], rows: int, what: str) -> Result:
+    """Return ``work(rows)``; when memory runs out, restart it with half the rows.
+
+    ``what`` is computed in these rows, for the log.
+    """
     while True:
         try:
             return work(rows)
@@ -83,6 +94,7 @@ def retry_with_half(work: Callable[[int], Result], rows: int) -> Result:
                 raise
         free_memory()  # outside the handler: the error still referenced tensors
         rows //= 2
+        log.info("out of memory: %s in batches of %d rows", what, rows)
 
 
 def is_device_lost(error: BaseException) -> bool:

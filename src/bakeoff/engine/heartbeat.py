@@ -6,10 +6,11 @@ is ever requested.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Protocol
+
+from bakeoff.core.context import set_in_block
 
 
 class Listener(Protocol):
@@ -27,14 +28,9 @@ class Listener(Protocol):
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
-@contextlib.contextmanager
-def listen(listener: Listener) -> Iterator[None]:
+def listen(listener: Listener) -> AbstractContextManager[Listener]:
     """Report to ``listener`` in the block."""
-    token = _listener.set(listener)
-    try:
-        yield
-    finally:
-        _listener.reset(token)
+    return set_in_block(_listener, listener)
 
 
 def beat() -> None:

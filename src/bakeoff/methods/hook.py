@@ -35,6 +35,7 @@ __all__ = [
     "SaveContext",
     "build_hook",
     "invert",
+    "overrides",
     "step_extras",
     "trainable_parameters",
 ]
@@ -184,8 +185,12 @@ class Hook:
 
 def step_extras(hook: Hook) -> StepHooks:
     """Return the hook's methods for a training step, as far as its class overrides them."""
-    overridden = {n for n in StepHooks._fields if getattr(type(hook), n) is not getattr(Hook, n)}
-    return StepHooks(*(getattr(hook, n) if n in overridden else None for n in StepHooks._fields))
+    return StepHooks(*(getattr(hook, n) if overrides(hook, n) else None for n in StepHooks._fields))
+
+
+def overrides(hook: Hook, *names: str) -> bool:
+    """Return whether the hook's class has its own version of any of these methods."""
+    return any(getattr(type(hook), name) is not getattr(Hook, name) for name in names)
 
 
 def invert(matrix: Tensor) -> Tensor:

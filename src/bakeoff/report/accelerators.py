@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bakeoff.analysis.per_method.accelerators import LANES, NOT_IN_COSTS
 from bakeoff.report.texts import method_title
 
-LANES = "lanes"
-NOT_IN_COSTS = (LANES, "generation", "lane_generation")
-"""Accelerators that training steps of a single trial do not use."""
 MARK = "\N{DAGGER}"
 
 Method = dict[str, Any]

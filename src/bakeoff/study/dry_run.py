@@ -263,7 +263,7 @@ def time_methods(study: Study, progress: Progress) -> MethodTimings:
     """
     lanes, started = study.spec.budget.settings, time.monotonic()
     on_cpu = study.machine["device"] == "cpu"
-    most_lanes = planning_trials.MOST_LANES_ON_CPU if on_cpu else planning_trials.MOST_LANES
+    most_lanes = planning_trials.most_lanes(study.machine["device"])
     lanes = lanes if on_cpu else max(lanes, most_lanes)
     lanes = min(lanes, study.spec.engine.max_lanes or lanes)
     timings, untimed = [], {}

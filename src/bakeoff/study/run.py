@@ -38,7 +38,7 @@ from bakeoff.study.planning import time_budget
 from bakeoff.study.planning.estimate import Timing
 from bakeoff.study.planning.rounds import planned_looks
 from bakeoff.study.planning.time_budget import BudgetPlan, Deadline
-from bakeoff.study.planning.trials import MOST_LANES
+from bakeoff.study.planning.trials import most_lanes
 from bakeoff.study.record import read_values
 from bakeoff.study.remote import (
     ExecutorFactory,
@@ -295,7 +295,8 @@ def _probed_lanes(study: Study) -> int:
         return 1
     budget = study.spec.budget
     looks = planned_looks(budget, len(study.entries) - 1, lanes_free=True)
-    return min(budget.settings * looks[-1], study.spec.engine.max_lanes or MOST_LANES)
+    limit = most_lanes(study.machine["device"], study.spec.engine.max_lanes)
+    return min(budget.settings * looks[-1], limit)
 
 
 @contextlib.contextmanager

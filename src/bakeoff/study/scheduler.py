@@ -145,9 +145,8 @@ def _plan_segments(
 ) -> list[Segment]:
     """Return the segments of ``trials`` in which at least one trial is missing."""
     engines = {name: cost.engine for name, cost in costs.items()}
-    limit, path, folder = study.spec.engine.max_lanes, study.base.path, str(study.folder)
-    if limit is None and study.conditions.device == "cpu":
-        limit = planning_trials.MOST_LANES_ON_CPU
+    limit = planning_trials.most_lanes(study.conditions.device, study.spec.engine.max_lanes)
+    path, folder = study.base.path, str(study.folder)
     scored = _scores_validation(study, stage.stop)
     segments = planning_trials.build_segments(
         trials, stage.span, folder, path, engines, limit, scored

@@ -66,7 +66,7 @@ def summed_losses(setup: TrainingSetup, examples: Sequence[Example]) -> tuple[La
     When memory runs out, the batches are halved.
     """
     setup.model.eval()
-    return retry_with_half(partial(_sum_losses, setup, examples), _batch_rows(setup))
+    return retry_with_half(partial(_sum_losses, setup, examples), _batch_rows(setup), "losses")
 
 
 def _batch_rows(setup: TrainingSetup) -> int:
@@ -85,7 +85,6 @@ def _sum_losses(
     setup: TrainingSetup, examples: Sequence[Example], rows: int
 ) -> tuple[LaneTable, LaneTable]:
     c, lanes = setup.conditions, setup.lanes
-    _log_reduced_batches("losses", rows, c)
     sums, counts = [], []
     for step in setup.batch_builder.evaluation_steps(examples, rows):
         parts = []
@@ -175,7 +174,7 @@ def predict_all(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[Answer]]
     # generated answers need memory beyond that of a pass: a key-value cache
     generates, c = setup.task.generates, setup.conditions
     most = c.evaluation_batch_size if generates else _batch_rows(setup)
-    return retry_with_half(partial(_predict_lanes, setup, rows), most)
+    return retry_with_half(partial(_predict_lanes, setup, rows), most, "predictions")
 
 
 def _predict_lanes(
@@ -183,7 +182,6 @@ def _predict_lanes(
 ) -> list[list[Answer]]:
     c, lanes = setup.conditions, setup.lanes
     width = min(setup.batch_builder.width, batch_rows)  # the last resort: one lane at a time
-    _log_reduced_batches("predictions", batch_rows, c)
     found: list[dict[int, Answer]] = [{} for _ in range(len(lanes))]
     for picked in length_sorted_batches(setup.task, rows, batch_rows // width):
         batch = [rows[i] for i in picked]
@@ -219,11 +217,6 @@ def _generate_lanes(setup: TrainingSetup, rows: Sequence[Row]) -> list[list[Answ
         setup.lanes, (len(setup.lanes), width), request, setup.conditions, switches.graphs
     )
     return [setup.task.answers(setup.tokenizer, request, of_lane) for of_lane in tokens]
-
-
-def _log_reduced_batches(what: str, rows: int, c: Conditions) -> None:
-    if rows < c.evaluation_batch_size:
-        log.info("out of memory: %s in batches of %d rows", what, rows)
 
 
 @torch.no_grad()
@@ -296,7 +289,7 @@ def score_reference_model(
             return answer_scores(scores, task, answers), None
         log.info("plain generation is used: %s", note)
     score = partial(_score_reference_batches, metric, task, model, tokenizer, rows, c)
-    return retry_with_half(score, c.evaluation_batch_size), note
+    return retry_with_half(score, c.evaluation_batch_size, "the base's scores"), note
 
 
 def _score_reference_batches(

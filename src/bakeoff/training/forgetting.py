@@ -24,7 +24,7 @@ from torch.nn import functional
 from bakeoff.core.errors import describe_error
 from bakeoff.core.results import Forgetting
 from bakeoff.data.rows import read_rows
-from bakeoff.engine.device import autocast, retry_with_half
+from bakeoff.engine.device import autocast, device_type, retry_with_half
 from bakeoff.engine.heartbeat import beat
 from bakeoff.engine.loss import states_and_output_layer, supervised_positions
 from bakeoff.training.setup import TrainingSetup, load_base
@@ -102,9 +102,9 @@ def _compare(setup: TrainingSetup, base: Any, texts: Sequence[list[int]]) -> lis
     setup.model.eval()
     longest = max(map(len, texts), default=1)
     logits = longest * base.config.get_text_config().vocab_size
-    most = PASS_LOGITS[_device_type(setup)] // logits
+    most = PASS_LOGITS[device_type(setup.conditions.device)] // logits
     rows = max(1, min(setup.conditions.evaluation_batch_size, most))
-    table = retry_with_half(partial(_sum_documents, setup, base, texts), rows)
+    table = retry_with_half(partial(_sum_documents, setup, base, texts), rows, "documents")
     counts = tuple(len(t) - 1 for t in texts)
     return [Forgetting(counts, *map(tuple, zip(*lane, strict=True))) for lane in table]
 
@@ -196,7 +196,3 @@ def _divergence_sums(before: _Outputs, after: Sequence[_Outputs], targets: Tenso
             divergences = torch.where(probabilities > 0, probabilities * (one - two), 0.0)
             values[lane, part, 2] = divergences.sum(-1)
     return values.double().view(len(after), *targets.shape, 3).sum(2)
-
-
-def _device_type(setup: TrainingSetup) -> str:
-    return setup.conditions.device.split(":", maxsplit=1)[0]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from bakeoff.core.trial import Conditions
 from bakeoff.engine.accelerators import explain_failure
-from bakeoff.engine.device import autocast, is_out_of_memory, retry_with_half
+from bakeoff.engine.device import autocast, device_type, is_out_of_memory, retry_with_half
 from bakeoff.engine.generation.decoding import LaneModel, LaneSpan, PlainModel
 from bakeoff.engine.generation.generate import (
     DecodeSettings,
@@ -64,8 +64,6 @@ def generate_fast_in_lanes(
         most = choose_rows(lanes, width, request, c.evaluation_batch_size, settings)
 
     def generate(rows: int) -> list[Tokens]:
-        if rows != most:
-            log.info("out of memory: answers are generated in %d rows", rows)
         together = min(width, settings.lanes_at_once(len(request.prompts), rows))
         found: list[Tokens] = []
         for span in _divide(count, together):
@@ -76,7 +74,7 @@ def generate_fast_in_lanes(
                 )
         return found
 
-    return retry_with_half(generate, most)
+    return retry_with_half(generate, most, "answers")
 
 
 def _divide(count: int, width: int) -> list[LaneSpan]:
@@ -103,7 +101,6 @@ def probe_generation(
 
     The two lanes generate half of the prompts together.
     """
-    few = _probe_request(request)
     few, plain = _probe_request(request), []
     with autocast(c.device, c.precision):
         fast = _try_generation(lanes, LaneSpan(0, 1), few, c, graphs)
@@ -163,7 +160,7 @@ def _difference(
 
 
 def _settings(c: Conditions) -> DecodeSettings:
-    return DecodeSettings.for_device(c.device.split(":", maxsplit=1)[0])
+    return DecodeSettings.for_device(device_type(c.device))
 
 
 def _probe_request(request: GenerationRequest) -> GenerationRequest:

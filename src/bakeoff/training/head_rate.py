@@ -222,7 +222,7 @@ def compute_features(setup: TrainingSetup, rows: Rows) -> Tensor:
     setup.model.eval()
     setup.lanes.run_single(0)
     size = setup.conditions.evaluation_batch_size
-    return retry_with_half(partial(_compute_features, setup, examples), size)
+    return retry_with_half(partial(_compute_features, setup, examples), size, "features")
 
 
 @torch.no_grad()

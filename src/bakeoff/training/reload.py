@@ -88,5 +88,5 @@ class ReferenceModel(NamedTuple):
         """Return the mean validation loss in nats, over padded batches."""
         rows = read_rows(Path(self.segment.folder) / "data" / "validation.jsonl")
         losses = partial(reference_losses, self.task, model, self.tokenizer, rows, self.c)
-        sums, counts = retry_with_half(losses, self.c.evaluation_batch_size)
+        sums, counts = retry_with_half(losses, self.c.evaluation_batch_size, "losses")
         return sum(sums) / sum(counts)

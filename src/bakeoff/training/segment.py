@@ -232,7 +232,7 @@ def _train_and_score(segment: Segment, curves: list[list[CurvePoint]]) -> list[T
     training.end(pause)
     scores = _score_lanes(setup, segment, training, pause)
     results = _collect(setup, stepper, segment, training, pause, earlier, scores)
-    setup.leave()
+    setup.keep_model()
     return results
 
 

@@ -94,8 +94,8 @@ class TrainingSetup:
     """Each lane's trained tensors before its first step, if the method's saved form needs them."""
     may_read_test: bool = False
     """Whether the segment may read the test rows: only where its trials are scored on them."""
-    leaves: tuple[MethodSetups, AttachedModel] | None = None
-    """The model that all lanes share, and where to leave it for the method's next group."""
+    reusable: tuple[MethodSetups, AttachedModel] | None = None
+    """The model that all lanes share, and where it is kept for the method's next group."""
 
     @property
     def conditions(self) -> Conditions:
@@ -149,13 +149,13 @@ class TrainingSetup:
             )  # fmt: skip
         return smaller
 
-    def leave(self) -> None:
-        """Leave the attached model to the method's next group in this process, if it can be used.
+    def keep_model(self) -> None:
+        """Keep the attached model for the method's next group in this process, if it can be used.
 
         Nothing can be computed with this set-up afterwards.
         """
-        if self.leaves is not None:
-            setups, attached = self.leaves
+        if self.reusable is not None:
+            setups, attached = self.reusable
             setups.keep_model(attached, self.lanes)
 
     def stepper(self) -> Stepper:
@@ -353,14 +353,17 @@ def attach_context(
     return AttachContext(task.task_type, task.heads, c.steps, examples, batches, loss)
 
 
-def attach(trial: Trial, base: nn.Module, context: AttachContext) -> tuple[nn.Module, Hook]:
+def attach(trial: Trial, base: nn.Module, context: AttachContext) -> tuple[nn.Module, Hook, bool]:
     """Attach the trial's method to the base, with its trained tensors in fp32.
+
+    Returns the model, the hook, and whether random numbers were drawn.
 
     Raises:
         Incompatible: the method cannot be attached to this base or task.
     """
     hook = build_hook(trial.method, trial.config)
     torch.manual_seed(trial.seed + ATTACH_SEED)
+    before = random_states(trial.conditions.device)
     model = hook.attach(base, context)
     peft_patches.install_patches(model)
     move_to_device(model, trial.conditions.device)
@@ -370,7 +373,7 @@ def attach(trial: Trial, base: nn.Module, context: AttachContext) -> tuple[nn.Mo
         raise Incompatible("the method attached to nothing: no parameter would be trained")
     if any(quantization.is_packed(p) for p in trained.values()):
         raise Incompatible("it trains weights of the base, which are quantised")
-    return model, hook
+    return model, hook, random_states(trial.conditions.device) != before
 
 
 def build_setup(
@@ -390,12 +393,13 @@ def build_setup(
     """
     c = trials[0].conditions
     task = make_task(c)
-    parts = base_path, c.revision, c.trusted
-    tokenizer = (cache or SetupCache()).tokenizer(parts, lambda: load_tokenizer(*parts))
+    place = base_path, c.revision, c.trusted
+    tokenizer = load_tokenizer(*place) if cache is None else cache.tokenizer(*place)
     context = attach_context(task, tokenizer, c, data)
     switches = switches or Switches.all_off()
-    key = _cache_key(trials[0], base_path, data, switches)
-    setups = None if cache is None else cache.of_method(key)
+    setups = None
+    if cache is not None:
+        setups = cache.of_method(_cache_key(trials[0], base_path, data, switches))
     attached, starts = _attach_seeds(trials, task, base_path, context, setups)
     model, hook = attached.model, attached.hook
     groups = [g.names for g in parameter_groups(model, task, trials[0])]
@@ -413,7 +417,7 @@ def build_setup(
     )
     found = TrainingSetup(tuple(trials), task, tokenizer, lanes, hook, builder, data, kept)
     if setups is not None and setups.keeps(attached.start):
-        found.leaves = setups, attached
+        found.reusable = setups, attached
     return found
 
 
@@ -427,7 +431,7 @@ def _attach_seeds(
     draws no random numbers. The first trial's seed comes last, and its model is the one that all
     lanes share.
     """
-    c, device = trials[0].conditions, trials[0].conditions.device
+    c = trials[0].conditions
     distinct = list(dict.fromkeys(t.seed for t in trials))
     kept = None if setups is None else setups.take_model()
     attached, starts = kept, dict[int, InitialTensors]()
@@ -439,10 +443,8 @@ def _attach_seeds(
                 continue
         first = next(t for t in trials if t.seed == seed)
         base = load_base(c, task, base_path, seed)
-        torch.manual_seed(seed + ATTACH_SEED)
-        before = random_states(device)
-        model, hook = attach(first, base, context)
-        drew = bool(task.heads) or random_states(device) != before
+        model, hook, drew = attach(first, base, context)
+        drew = drew or bool(task.heads)
         release_if_replaced()
         # a later group may have other seeds
         several = setups is not None or len(distinct) > 1

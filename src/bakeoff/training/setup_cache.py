@@ -8,8 +8,10 @@ its hook, if a group can leave nothing in them but tensors.
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bakeoff.core.context import set_in_block
 from bakeoff.engine import base_cache
 from bakeoff.engine.lanes.lanes import (
     InitialTensors,
@@ -24,7 +27,8 @@ from bakeoff.engine.lanes.lanes import (
     refuse_different_frozen,
     write_tensors,
 )
-from bakeoff.methods.hook import Hook
+from bakeoff.methods.hook import Hook, overrides
+from bakeoff.tasks._base import load_tokenizer
 
 MOST_BYTES = 1 << 30
 """Memory for initial tensors, on the CPU, and for the models' own, on the device."""
@@ -58,13 +62,8 @@ class SetupCache:
 
     def __init__(self) -> None:
         self._methods: dict[Hashable, MethodSetups] = {}
-        self._tokenizer: tuple[Hashable, Any] | None = None
-
-    def tokenizer(self, key: Hashable, load: Callable[[], Any]) -> Any:
-        """Return the tokenizer with this key, loading it if it is not kept."""
-        if self._tokenizer is None or self._tokenizer[0] != key:
-            self._tokenizer = key, load()
-        return self._tokenizer[1]
+        self.tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)
+        """Returns the tokenizer of a base, loading it if it is not kept."""
 
     def of_method(self, key: Hashable) -> MethodSetups:
         """Return what is kept of a method; the oldest methods are dropped when they need room."""
@@ -138,15 +137,9 @@ class MethodSetups:
 _active: ContextVar[SetupCache | None] = ContextVar("setup_cache", default=None)
 
 
-@contextlib.contextmanager
-def keep_setups(cache: SetupCache | None = None) -> Iterator[SetupCache]:
+def keep_setups(cache: SetupCache | None = None) -> AbstractContextManager[SetupCache]:
     """Keep set-ups from one group of trials to the next in the block, in ``cache`` or a new one."""
-    cache = cache or SetupCache()
-    token = _active.set(cache)
-    try:
-        yield cache
-    finally:
-        _active.reset(token)
+    return set_in_block(_active, cache or SetupCache())
 
 
 class JobCaches:
@@ -191,7 +184,5 @@ def _size(start: InitialTensors) -> int:
 
 def _has_no_state(hook: Hook) -> bool:
     """Return whether a hook is one of ours and keeps nothing of a trial outside its tensors."""
-    kind = type(hook)
-    kept = ("after_step", "after_lanes_step", "state")
-    ours = kind.__module__.startswith("bakeoff.")
-    return ours and all(getattr(kind, name) is getattr(Hook, name) for name in kept)
+    ours = type(hook).__module__.startswith("bakeoff.")
+    return ours and not overrides(hook, "after_step", "after_lanes_step", "state")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
+from bakeoff.analysis.per_method.accelerators import LANES
 from bakeoff.core.format import DASH, format_learning_rate, format_setting, plural
 from bakeoff.report import accelerators
 from bakeoff.report.blocks import (
@@ -322,12 +323,12 @@ def _missing_reasons(method: dict[str, Any], methods: list[dict[str, Any]]) -> l
             by_reason[reason or "not tried"].append(name)
     lines = []
     for reason, names in by_reason.items():
-        parts = ["sequentially"] if accelerators.LANES in names else []
-        rest = [n for n in names if n != accelerators.LANES]
+        parts = ["sequentially"] if LANES in names else []
+        rest = [n for n in names if n != LANES]
         parts += [f"without {', '.join(rest)}"] if rest else []
         lines.append(f"{', '.join(parts)}: {reason}")
     others = (accelerators.engine(m).get("lanes") or 1 for m in methods)
-    lanes_unused = engine.get("lanes") == 1 and accelerators.LANES in (engine.get("on") or ())
+    lanes_unused = engine.get("lanes") == 1 and LANES in (engine.get("on") or ())
     if lanes_unused and max(others) > 1:
         lines.append("sequentially: lanes were on, but its runs could not be trained together")
     return lines

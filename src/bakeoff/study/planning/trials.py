@@ -120,6 +120,11 @@ def replicate_trials(
     )
 
 
+def most_lanes(device: str, max_lanes: int | None = None) -> int:
+    """Return the largest number of trials of a group: the study's limit, else the device's."""
+    return max_lanes or (MOST_LANES_ON_CPU if device == "cpu" else MOST_LANES)
+
+
 def group_trials(trials: Sequence[Trial], max_lanes: int | None) -> Iterator[tuple[Trial, ...]]:
     """Yield groups of at most ``max_lanes`` trials that can be batched: same method, same shapes.
 

@@ -23,7 +23,7 @@ from bakeoff.engine.accelerators import Switches, explain_failure
 from bakeoff.engine.batching import BatchBuilder
 from bakeoff.engine.device import disable_input_casting, free_memory
 from bakeoff.engine.loop import step_with_retry
-from bakeoff.methods.hook import Hook
+from bakeoff.methods.hook import Hook, overrides
 from bakeoff.training.generation import GenerationMismatch, probe_generation
 from bakeoff.training.setup import TrainingSetup, build_setup, make_task
 
@@ -129,8 +129,7 @@ def _probe_one_by_one(
 
 def _steps_change_only_tensors(hook: Hook) -> bool:
     """Return whether a step changes nothing but the lanes' tensors, so that it can be repeated."""
-    own = ("after_step", "after_lanes_step", "state", "precondition")
-    return all(getattr(type(hook), name) is getattr(Hook, name) for name in own)
+    return not overrides(hook, "after_step", "after_lanes_step", "state", "precondition")
 
 
 def _repeat_step(setup: TrainingSetup, initial: Tensor, switches: Switches) -> StepGradients:
